@@ -448,10 +448,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", nargs="?", choices=("replay", "models", "where", "collect"), default="replay")
     parser.add_argument("--draws", type=int, default=1000, help="of each population")
     parser.add_argument("--work", type=Path, default=Path("active"), help="folder of the study's ledger and tunings")
+    parser.add_argument("--items", type=int, help="collect: so many random items of HellaSwag instead of all")
+    parser.add_argument("--workers", type=int, default=1, help="collect: processes that share the machine's cores")
+    parser.add_argument("--only", nargs="+", choices=TUNINGS, default=(), help="collect: these tunings")
     given = parser.parse_args(argv)
     if given.command == "collect":
         given.work.mkdir(parents=True, exist_ok=True)
-        collect(given.work, FILE)
+        collect(given.work, FILE, items=given.items, workers=given.workers, only=given.only)
         return 0
     if given.command == "where":
         return run_where()

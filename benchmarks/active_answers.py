@@ -10,6 +10,7 @@ of each choice, its length in characters and the right choice. Everything else i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,14 +77,21 @@ def load(file: Path = FILE) -> dict[str, TaskAnswers]:
                                   stored[f"{task}/gold"].astype(np.int64)) for task in tasks}
 
 
-def collect(work: Path, file: Path = FILE) -> None:
-    """Run the study with its ledger in ``work``, and keep the answers."""
+def collect(work: Path, file: Path = FILE, *, items: int | None = None, workers: int = 1, only: Sequence[str] = ()
+            ) -> None:
+    """Run the study with its ledger in ``work``, and keep the answers.
+
+    items: so many random items of HellaSwag instead of all; workers: processes that share the machine's cores; only:
+    these tunings.
+    """
     from aftertune.ledger import Ledger
-    from aftertune.pipeline import run
+    from aftertune.pipeline import CellChoice, WorkerChoice, run
     from aftertune.study import Study
 
+    sets = () if items is None else (f"tasks.hellaswag.sample={items}",)
     with Ledger(work / "ledger.db") as ledger:
-        run(Study.load(STUDY), ledger=ledger, out=work / "out", progress=_print_progress())
+        run(Study.load(STUDY, sets), ledger=ledger, out=work / "out", choice=CellChoice(only=tuple(only)),
+            progress=_print_progress(), workers=WorkerChoice(count=workers) if workers > 1 else None)
         keep(ledger, file)
 
 

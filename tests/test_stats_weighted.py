@@ -170,6 +170,29 @@ def test_a_harsh_tuning_is_seen_at_once() -> None:
         assert {"lower", "worse"} <= test.claims
 
 
+def shares(harsh: bool, items: int, seed: int) -> tuple[Strata, np.ndarray]:
+    """Strata and differences of expected accuracy: a tuning that answers by chance, or one that turns unsure answers."""
+    rng = np.random.default_rng(seed)
+    base = rng.beta(0.35, 0.5, items)
+    tuned = rng.beta(0.5, 1.0, items) if harsh else np.where(
+        (abs(base - 0.5) < 0.3) & (rng.random(items) < 0.3), 1 - base, base + (0.5 - base) * 0.02 * rng.random(items))
+    return Strata.of(base, abs(np.log(base / (1 - base)))), tuned - base
+
+
+@pytest.mark.parametrize(("harsh", "most"), [(True, 1.1), (False, 0.9)])
+def test_by_expected_accuracy_weighted_drawing_is_no_later_than_uniform(harsh: bool, most: float) -> None:
+    uniform, weighted, verdict = [], [], "lower" if harsh else "within"
+    for seed in range(8):
+        strata, d = shares(harsh, 4000, seed)
+        test = PairedSequential(d.size, 0.02)
+        test.update(np.random.default_rng(seed).permutation(d))
+        one = WeightedSequential(strata, 0.02, whole=False)
+        weighted.append(played(d, one, seed))
+        uniform.append(test.decided_at)
+        assert (one.verdict, test.verdict) == (verdict, verdict)
+    assert np.median(weighted) <= most * np.median(uniform)
+
+
 def test_claims_intervals_and_estimates_about_the_models_agree() -> None:
     """What is proven is read off the interval, and both are about the population: 16 benchmarks without a change."""
     inside, estimates = [], []

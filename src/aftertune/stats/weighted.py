@@ -218,35 +218,40 @@ class StrataSeen:
         """Go on with some of the runs only."""
         self.seen, self.sums, self.squares = self.seen[which], self.sums[which], self.squares[which]
 
-    def estimates(self, *, with_earlier: bool = True) -> tuple[Floats, Floats]:
+    def estimates(self, *, of_error: bool = False) -> tuple[Floats, Floats]:
         """Expected difference of each stratum, and its expected squared distance from it, [runs, K].
 
         Of each side, the expected square falls exponentially with the rank of the confidence: the mean of the curves
         that `_curves` lists and of those of earlier tunings, weighted by their likelihood. It counts as much as
-        ``_PRIOR`` items of each stratum.
+        ``_PRIOR`` items of each stratum. Differences of expected accuracy are taken for changes of accuracy: most that
+        count are nearly whole, in the only direction that the base's answer leaves.
+
+        of_error: for the error of a claim about the models, which is part of stored results, so it is computed as ever:
+        without earlier tunings, and for expected accuracy from curves of its own and the expected difference 0.
         """
         low, high = self.strata.low, self.strata.high
-        right = -low > high
+        right, whole = -low > high, self.strata.whole or not of_error
         second = np.empty_like(self.seen)
         for side in (right, ~right):
             if side.any():
-                second[:, side] = self._fitted(side, self.earlier if with_earlier else self.earlier[:0])
+                second[:, side] = self._fitted(side, self.earlier[:0] if of_error else self.earlier, whole)
         toward = np.where(right, low, high)  # the only change that an item of 0 or 1 can make
-        mean = toward * second if self.strata.whole else np.zeros_like(second)
+        mean = toward * second if whole else np.zeros_like(second)
         n = self.seen + _PRIOR
         mean = ((self.sums + _PRIOR * mean) / n).clip(low, high)
         square = (self.squares + _PRIOR * second) / n
         return mean, np.maximum(square - mean ** 2, square / 20)
 
-    def _fitted(self, side: NDArray[np.bool_], earlier: Floats) -> Floats:
-        """The expected square by the curves, for the strata of one side."""
-        curves, prior = _curves(self.strata.rank[side], self.strata.whole)
+    def _fitted(self, side: NDArray[np.bool_], earlier: Floats, whole: bool) -> Floats:
+        """The expected square by the curves, for the strata of one side. whole: squares are taken for shares of items
+        that changed."""
+        curves, prior = _curves(self.strata.rank[side], whole)
         if len(earlier):
             alike = np.concatenate([part * earlier[:, side] for part in _ALIKE]).clip(curves.min(), 0.98)
             curves = np.concatenate([curves, alike])
             prior = np.concatenate([prior, np.full(len(alike), _LIKELY)])
         n, squares = self.seen[:, side], self.squares[:, side]
-        if self.strata.whole:
+        if whole:
             fit = squares @ np.log(curves).T + (n - squares) @ np.log1p(-curves).T
         else:  # as if normal, with half the weight, because changes of shares have long tails
             fit = -0.25 * (n @ np.log(curves).T + squares @ (1 / curves).T)
@@ -259,7 +264,7 @@ def _curves(rank: Floats, whole: bool) -> tuple[Floats, Floats]:
     """Expected squares that fall exponentially with the rank, [curves, K], and the logarithm of their prior, [curves].
 
     Most tunings are gentle, so a steep fall is more likely in advance. Flat curves are among them: harsh tunings change
-    sure answers too.
+    sure answers too. whole: squares are shares of items that changed.
     """
     top = np.geomspace(0.04, 0.6, 7) if whole else np.geomspace(1e-4, 0.1, 10)
     fall = np.array([0.0, 1.5, 3, 5, 8, 12, 18]) if whole else np.array([0.0, 1, 2, 4])

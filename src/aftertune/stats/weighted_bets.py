@@ -198,7 +198,7 @@ def model_error(draws: WeightedDraws, cluster_sizes: Floats | None = None) -> Mo
     """
     strata, memory = draws.strata, draws.memory
     items = strata.of_item.size
-    mean, second = memory.estimates(with_earlier=False)
+    mean, second = memory.estimates(of_error=True)
     share = (strata.sizes if cluster_sizes is None else cluster_sizes) / items
     variance = (share * (mean ** 2 + second / (memory.seen + 1))).sum(-1) / items
     widest = np.maximum(strata.high, -strata.low) ** 2
