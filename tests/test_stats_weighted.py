@@ -171,7 +171,7 @@ def test_a_harsh_tuning_is_seen_at_once() -> None:
 
 
 def shares(harsh: bool, items: int, seed: int) -> tuple[Strata, np.ndarray]:
-    """Strata and differences of expected accuracy: a tuning that answers by chance, or one that turns unsure answers."""
+    """Strata and differences of expected accuracy: a tuning by chance, or one that turns unsure answers."""
     rng = np.random.default_rng(seed)
     base = rng.beta(0.35, 0.5, items)
     tuned = rng.beta(0.5, 1.0, items) if harsh else np.where(
