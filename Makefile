@@ -14,10 +14,11 @@ demo: $(READY)
 
 setup: $(READY)
 
+# Python compiles what is imported at its first import; compiling all of it took a third of the time.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install -q --no-deps $(PACKS)
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --no-compile --no-deps $(PACKS)
 	touch $@
 
 lint: $(READY)

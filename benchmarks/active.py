@@ -4,10 +4,15 @@
     python benchmarks/active.py --draws 200
     python benchmarks/active.py models          claims about the models; writes another section
     python benchmarks/active.py where           where the changes are, and items for `kept`; writes a third one
-    python benchmarks/active.py collect --work active       makes data/active.npz again (hours on two cores; resumable)
+    python benchmarks/active.py collect --work active       asks the models again (hours on two cores; resumable)
 
 The answers are those of SmolLM2-135M-Instruct and of three of its tunings (data/active.yaml) to real benchmarks
-(active_answers.py). A population is the differences of one tuning on one benchmark. Where fewer items were asked than
+(active_answers.py). They were collected with
+
+    collect --dtype bfloat16 --items 4000 --only careful --to active.npz           about an hour with native bfloat16
+    collect --items 2000 --workers 2 --only replay careless --to active_float32.npz
+
+A population is the differences of one tuning on one benchmark. Where fewer items were asked than
 the benchmark has, its items are drawn from them with replacement. "Truth 0" moves the sum to 0 by undoing changes at
 random. In "at the margin" the margin is moved to just below the true difference, so that `within` is wrong and hardly
 anything can be proven; these runs use only the items that were asked, once each.
@@ -31,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import verdicts
-from active_answers import BASE, FILE, TUNINGS, collect, load
+from active_answers import BASE, DATA, FILES, TUNINGS, collect, load
 from aftertune.stats import weighted as w
 from aftertune.stats import weighted_bets as bets
 from aftertune.stats.planning import items_to_decide
@@ -92,7 +97,7 @@ class Population:
 
 def populations() -> Iterator[Population]:
     """All populations, of the kept answers."""
-    for task, everything in load().items():
+    for task, everything in load():
         items = SIZES[task]
         for tuning in (t for t in TUNINGS if t in everything.loglikelihoods):
             answers = everything.of(tuning)
@@ -295,7 +300,10 @@ def all_models(draws: int) -> Iterator[ModelClaims]:
     """The claims of the section: nothing lost, a loss at the margin, and a harsh tuning. ARC Easy has too few items for
     weights to be used (`aftertune.stats.weighted.enough_items`)."""
     kept = {p.name: p for p in populations()}
-    for name, mean in (("HellaSwag, careful", 0.0), ("HellaSwag, careful", -MARGIN), ("HellaSwag, careless", None)):
+    for name, mean in (("HellaSwag, careful", 0.0), ("HellaSwag, careful", -MARGIN), ("HellaSwag, careless", None),
+                       ("HellaSwag, careful, expected accuracy", 0.0),
+                       ("HellaSwag, careful, expected accuracy", -MARGIN),
+                       ("HellaSwag, careless, expected accuracy", None)):
         population = kept[name]
         yield models(population, float(population.d.mean()) if mean is None else mean, max(1, draws // 25),
                      items=SIZES["hellaswag"])
@@ -370,7 +378,7 @@ def where_lines() -> Iterator[str]:
     yield ""
     yield "| tuning | items | changed, by fifths | items for `kept` by accuracy | by expected accuracy | times fewer |"
     yield "|---|---|---|---|---|---|"
-    for task, everything in load().items():
+    for task, everything in load():
         for tuning in (t for t in TUNINGS if t in everything.loglikelihoods):
             answers = everything.of(tuning)
             base = answers.outcome(BASE)
@@ -408,7 +416,7 @@ def lines(results: Sequence[Result]) -> Iterator[str]:
     yield "Written by `python benchmarks/active.py`; its docstring explains the populations and the claims."
     yield ""
     kept = "; ".join(f"{TITLES[t]} " + ", ".join(f"{m} {a.of(m).items:,}" for m in a.loglikelihoods)
-                     for t, a in load().items())
+                     for t, a in load())
     yield f"Items asked: {kept}. Margin 2 points, except at the margin."
     yield ""
     yield ("| population | items | truth, points | changed | verdict | uniform: median (9 in 10), false "
@@ -451,10 +459,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--items", type=int, help="collect: so many random items of HellaSwag instead of all")
     parser.add_argument("--workers", type=int, default=1, help="collect: processes that share the machine's cores")
     parser.add_argument("--only", nargs="+", choices=TUNINGS, default=(), help="collect: these tunings")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="collect: of the models")
+    parser.add_argument("--to", choices=[file.name for file in FILES], default=FILES[0].name,
+                        help="collect: the file in data/")
     given = parser.parse_args(argv)
     if given.command == "collect":
         given.work.mkdir(parents=True, exist_ok=True)
-        collect(given.work, FILE, items=given.items, workers=given.workers, only=given.only)
+        collect(given.work, DATA / given.to, items=given.items, workers=given.workers, only=given.only,
+                dtype=given.dtype)
         return 0
     if given.command == "where":
         return run_where()

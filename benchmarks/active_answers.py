@@ -1,16 +1,17 @@
-"""Real answers for benchmarks/active.py: a base and three of its tunings on two benchmarks, kept as a small file.
+"""Real answers for benchmarks/active.py: a base and three of its tunings on two benchmarks, kept as small files.
 
-    answers = load()
-    answers["hellaswag"].outcome("careful")         0.0 or 1.0 for each item
-    answers["hellaswag"].margin("smollm2")          log-likelihood of the right choice less that of the best other one
+    for task, answers in load():                    each task of each file
+        answers.outcome("careful")                  0.0 or 1.0 for each item
+        answers.margin("smollm2")                   log-likelihood of the right choice less that of the best other one
 
-``python benchmarks/active.py collect`` runs the study data/active.yaml and writes data/active.npz: the log-likelihood
-of each choice, its length in characters and the right choice. Everything else is computed from them.
+``python benchmarks/active.py collect`` runs the study data/active.yaml and writes a file: the log-likelihood of each
+choice, its length in characters and the right choice. Everything else is computed from them. A file has the answers of
+the base in the same arithmetic as those of its tunings: active.npz is in bfloat16, active_float32.npz in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from aftertune.tasks.scoring import expected_accuracy
 
 DATA = Path(__file__).parent / "data"
-STUDY, FILE = DATA / "active.yaml", DATA / "active.npz"
+STUDY, FILES = DATA / "active.yaml", (DATA / "active.npz", DATA / "active_float32.npz")
 BASE, TUNINGS = "smollm2", ("careful", "replay", "careless")
 Floats = NDArray[np.float64]
 
@@ -67,28 +68,34 @@ class TaskAnswers:
                          for row, right, size in zip(values, self.gold, self.lengths, strict=True)])
 
 
-def load(file: Path = FILE) -> dict[str, TaskAnswers]:
-    """The kept answers of each task."""
-    with np.load(file, allow_pickle=False) as stored:
-        tasks = [str(name) for name in stored["tasks"]]
-        return {task: TaskAnswers({m: stored[f"{task}/{m}"].astype(np.float64) for m in (BASE, *TUNINGS)
-                                   if f"{task}/{m}" in stored},
-                                  np.maximum(stored[f"{task}/lengths"].astype(np.float64), 1),
-                                  stored[f"{task}/gold"].astype(np.int64)) for task in tasks}
+def load(files: Sequence[Path] = FILES) -> Iterator[tuple[str, TaskAnswers]]:
+    """The name and the kept answers of each task of each file, task by task."""
+    found: dict[str, list[TaskAnswers]] = {}
+    for file in files:
+        with np.load(file, allow_pickle=False) as stored:
+            for task in map(str, stored["tasks"]):
+                answers = {m: stored[f"{task}/{m}"].astype(np.float64) for m in (BASE, *TUNINGS)
+                           if f"{task}/{m}" in stored}
+                found.setdefault(task, []).append(TaskAnswers(
+                    answers, np.maximum(stored[f"{task}/lengths"].astype(np.float64), 1),
+                    stored[f"{task}/gold"].astype(np.int64)))
+    for task, parts in found.items():
+        for part in parts:
+            yield task, part
 
 
-def collect(work: Path, file: Path = FILE, *, items: int | None = None, workers: int = 1, only: Sequence[str] = ()
-            ) -> None:
+def collect(work: Path, file: Path, *, items: int | None = None, workers: int = 1, only: Sequence[str] = (),
+            dtype: str = "float32") -> None:
     """Run the study with its ledger in ``work``, and keep the answers.
 
     items: so many random items of HellaSwag instead of all; workers: processes that share the machine's cores; only:
-    these tunings.
+    these tunings; dtype: of the models.
     """
     from aftertune.ledger import Ledger
     from aftertune.pipeline import CellChoice, WorkerChoice, run
     from aftertune.study import Study
 
-    sets = () if items is None else (f"tasks.hellaswag.sample={items}",)
+    sets = [f"dtype={dtype}", *([] if items is None else [f"tasks.hellaswag.sample={items}"])]
     with Ledger(work / "ledger.db") as ledger:
         run(Study.load(STUDY, sets), ledger=ledger, out=work / "out", choice=CellChoice(only=tuple(only)),
             progress=_print_progress(), workers=WorkerChoice(count=workers) if workers > 1 else None)

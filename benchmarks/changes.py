@@ -139,7 +139,7 @@ def lines(rows: Sequence[Row], draws: int) -> Iterator[str]:
 
 def run(draws: int) -> list[str]:
     """Measure all tunings, and write the section; returns the bars that were missed."""
-    rows = [measured(task, answers, model, draws) for task, answers in load().items() for model in TUNINGS
+    rows = [measured(task, answers, model, draws) for task, answers in load() for model in TUNINGS
             if model in answers.loglikelihoods]
     text = "\n".join(lines(rows, draws)) + "\n"
     write_section("changes", text)

@@ -1,5 +1,5 @@
-"""The order of the test files, their environment, cheap garbage collection once the large libraries are loaded, and the
-databases of the ledger's tests."""
+"""The order of the test files, their environment, ledgers that do not wait for the disk, cheap garbage collection once
+the large libraries are loaded, and the databases of the ledger's tests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from aftertune.ledger import sqlite
 from postgres_cases import Server, programs
 
 # the same examples in every run, and no limit on the clock of a busy machine
@@ -27,6 +28,8 @@ LONGEST = ("workers", "plan_commands", "cluster", "view_browser", "deploy_study"
 for variable in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
     os.environ.pop(variable, None)
 _PLACE = {f"test_{name}.py": n for n, name in enumerate(LONGEST)}
+#: The ledgers of this process do not wait for the disk; those of the commands that tests start and kill do.
+DURABLE, sqlite.DURABLE = sqlite.DURABLE, ("synchronous=OFF",)
 #: A run of more tests than this needs the libraries in any case.
 MANY = 1000
 

@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import active
-from active_answers import BASE, FILE, load
+from active_answers import BASE, FILES, TUNINGS, load
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,9 @@ def gentle() -> active.Population:
 
 
 def test_the_kept_answers_are_a_small_file_of_plain_arrays() -> None:
-    assert FILE.stat().st_size < 2_000_000
-    for answers in load().values():
+    assert sum(file.stat().st_size for file in FILES) < 2_000_000
+    assert {m for task, a in load() for m in a.loglikelihoods if task == "hellaswag"} == {BASE, *TUNINGS}
+    for _, answers in load():
         for model in answers.loglikelihoods:
             own = answers.of(model)
             outcome, margin, share = own.outcome(model), own.margin(model), own.share(model)

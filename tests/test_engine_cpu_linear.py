@@ -10,8 +10,8 @@ import torch
 
 from aftertune.engine import budget as budgets
 from aftertune.engine.backends import backend_for
-from aftertune.engine.cpu import availability
-from aftertune.engine.cpu.linear import ROWS, PackedLinears, packable_layers, worth_packing
+from aftertune.engine.cpu import availability, backend, linear
+from aftertune.engine.cpu.linear import ROWS, PackedLinears, packable_layers, packs_dtype, worth_packing
 from aftertune.engine.engine import Engine
 from aftertune.engine.schedule import Budget
 from aftertune.errors import ResourceError
@@ -32,6 +32,11 @@ def tiled(request: pytest.FixtureRequest) -> bool:
     if request.param and not availability.amx_available():
         pytest.skip("this processor has no matrix registers")
     return bool(request.param)
+
+
+def skip_unless_packed(dtype: torch.dtype) -> None:
+    if not packs_dtype(dtype):
+        pytest.skip(f"this processor packs no weights in {dtype}")
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.15)])
@@ -105,6 +110,7 @@ def test_a_budget_stored_before_there_were_copies_reads_as_one_without() -> None
 
 
 def test_tiles_are_for_processors_with_matrix_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "packs_dtype", lambda dtype: dtype != torch.float16)
     for has in (True, False):
         monkeypatch.setattr(availability, "amx_available", lambda has=has: has)
         found = [budgets.resolve(wide(dtype), free=2**33, threads=1).weights
@@ -112,6 +118,33 @@ def test_tiles_are_for_processors_with_matrix_registers(monkeypatch: pytest.Monk
         assert found == ["amx" if has else "onednn"] * 2
     with pytest.raises(ResourceError, match=r"started with AMX .*, which is not available here: .*--fork"):
         backend_for(wide(torch.bfloat16), Budget(1, 1, 1, 1, 1, weights="amx"))
+
+
+def test_without_instructions_for_bfloat16_its_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor without AVX512, oneDNN refuses to pack bfloat16."""
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+
+    def refused(weight: torch.Tensor, rows: int) -> torch.Tensor:
+        if weight.dtype == torch.bfloat16:
+            raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx_ne_convert")
+        packed: torch.Tensor = reorder(weight, rows)
+        return packed
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refused)
+    packs_dtype.cache_clear()
+    try:
+        assert (packs_dtype(torch.float32), packs_dtype(torch.bfloat16)) == (True, False)
+        budget = budgets.resolve(wide(torch.bfloat16), free=2**33, threads=1)
+        assert budget.weights == "plain"
+        assert budgets.resolve(wide(), free=2**33, threads=1).weights != "plain"
+        engine = Engine(wide(torch.bfloat16), byte_tokenizer(), packed=True, budget=budget)
+        requests = [Request(position=0, kind="score", context="The sky is", continuation=" blue", item=0)]
+        [batch] = engine.run(engine.plan(requests), set())
+        assert batch.responses[0].logprob < 0
+        with pytest.raises(ResourceError, match=r"started with packed bfloat16 weights: .*--fork"):
+            backend.make_backend(wide(torch.bfloat16), Budget(1, 1, 1, 1, 1, weights="onednn"))
+    finally:
+        packs_dtype.cache_clear()
 
 
 def test_an_engine_uses_them_for_packed_rows_and_not_for_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +178,7 @@ def there(layer: Any) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is let go on Linux alone")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_live_in_the_copies_alone_and_come_back_bit_for_bit(dtype: torch.dtype, tiled: bool) -> None:
+    skip_unless_packed(dtype)
     model, right = wide(dtype), wide(dtype)
     linears = PackedLinears(model, amx=tiled)
     one, x = model.model.layers[0].self_attn, torch.randn(3, 2 * ROWS).to(dtype)

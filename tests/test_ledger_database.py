@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import conftest
 import ledger_cases as cases
 from aftertune.errors import InputError, StorageError
 from aftertune.ledger import Ledger, faults, locate, sqlite
@@ -123,7 +124,8 @@ def test_the_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
     assert file_system(tmp_path / "ledger.db") in known
 
 
-def test_every_connection_is_durable_and_checks_references(path: Path) -> None:
+def test_every_connection_is_durable_and_checks_references(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "DURABLE", conftest.DURABLE)
     with Ledger(path) as ledger, ledger.database.read() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1

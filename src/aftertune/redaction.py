@@ -9,6 +9,7 @@ characters from texts of other people.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -63,9 +64,8 @@ def redact(text: str) -> str:
 
 def redact_known(text: str) -> str:
     """``text`` without what is certainly a secret: values of environment variables, known token formats, URL logins."""
-    for value in _environment_secrets(os.environ):
-        for form in {value, quote(value, safe=""), unquote(value), shlex.quote(value)}:
-            text = text.replace(form, REDACTED)
+    for form in _secret_forms(tuple(os.environ.items())):
+        text = text.replace(form, REDACTED)
     text = _TOKEN.sub(REDACTED, text)
     return _USERINFO.sub(_without_login, text) if ":/" in text else text
 
@@ -150,13 +150,16 @@ def _is_secret_key(key: str) -> bool:
     return False
 
 
-def _environment_secrets(environment: Mapping[str, str]) -> list[str]:
-    """Values of the variables that name secrets and the passwords of URLs, the longest first (one may contain another).
+@functools.lru_cache(maxsize=4)
+def _secret_forms(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Values of the variables that name secrets and the passwords of URLs, the longest first (one may contain another),
+    each in all forms in which a text may have it. Every text of a terminal asks for them, so the last ones are kept.
     """
-    values = {v.strip() for k, v in environment.items() if _is_secret_key(k)}
-    values |= {m["password"] for v in environment.values() if "://" in v for m in _PASSWORD.finditer(v)}
-    return sorted((v for v in values if len(v) >= _SHORTEST_SECRET and v.lower() not in _PLAIN_VALUE | _ORDINARY),
-                  key=len, reverse=True)
+    values = {v.strip() for k, v in environment if _is_secret_key(k)}
+    values |= {m["password"] for _, v in environment if "://" in v for m in _PASSWORD.finditer(v)}
+    secrets = sorted((v for v in values if len(v) >= _SHORTEST_SECRET and v.lower() not in _PLAIN_VALUE | _ORDINARY),
+                     key=len, reverse=True)
+    return tuple(form for v in secrets for form in {v, quote(v, safe=""), unquote(v), shlex.quote(v)})
 
 
 def process_command(argv: Sequence[str]) -> str:

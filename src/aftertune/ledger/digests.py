@@ -14,13 +14,27 @@ and a row that is gone change it too. The document of an item has its own digest
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
-from sqlalchemy import Boolean, Column, ColumnElement, Connection, Integer, Table, cast, literal, select, type_coerce
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    Select,
+    Table,
+    bindparam,
+    cast,
+    literal,
+    select,
+    type_coerce,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import NullType
 
@@ -59,6 +73,9 @@ OF_EVALUATION = (evaluation, task, score, schedule, answer)
 _ROWS = 1000
 #: The most owners in one query, below every database's limit.
 _OWNERS = 400
+
+_STORED = select(checksum.c.owner, checksum.c.part, checksum.c.sha256).where(
+    checksum.c.table == bindparam("table"), checksum.c.owner.in_(bindparam("owners", expanding=True)))
 
 _to_json = json.JSONEncoder(separators=(",", ":"), default=repr).encode
 
@@ -120,9 +137,8 @@ def orphans(connection: Connection) -> Iterator[str]:
 
 def _damaged(connection: Connection, table: Table, owners: Sequence[Any]) -> tuple[str, int] | None:
     """The first owner and part whose digest is not that of its rows, or None."""
-    query = select(checksum.c.owner, checksum.c.part, checksum.c.sha256).where(
-        checksum.c.table == table.name, checksum.c.owner.in_([str(o) for o in owners]))
-    stored = {(owner, part): sha for owner, part, sha in connection.execute(query)}
+    found = connection.execute(_STORED, {"table": table.name, "owners": [str(o) for o in owners]})
+    stored = {(owner, part): sha for owner, part, sha in found}
     try:
         for key, sha in _digests(connection, table, owners):
             if stored.pop(key, None) != sha:
@@ -148,30 +164,38 @@ def without_index(column: Column[str]) -> ColumnElement[str]:
 def _digests(connection: Connection, table: Table, owners: Sequence[Any],
              part: int | None = None) -> Iterator[tuple[tuple[str, int], str]]:
     """(owner, part) and digest of the rows of ``owners``; ``part``: of this one alone."""
-    owner, part_column, order = SEALED[table]
-    number = table.c[part_column] if part_column else literal(0)
-    mine: Any = table.c[owner] if isinstance(table.c[owner].type, Integer) else without_index(table.c[owner])
-    # as the database has them; SQLite has 0 and 1 for a boolean
-    columns = [cast(c, Integer) if isinstance(c.type, Boolean) and connection.dialect.name != "sqlite" else
-               type_coerce(c, NullType()) for c in table.c]
-    query = select(mine, number, *columns)
-    if table is answer:  # what is asked belongs to the answer; a missing item changes the digest
-        query = query.add_columns(item.c.hash, item.c.content).join_from(
-            answer, item, item.c.seq == answer.c.item, isouter=True)
-    query = query.where(mine.in_(owners))
-    if part is None:
-        query = query.order_by(mine, table.c[order])
-    else:  # + 0: SQLite finds a batch by its index, and does not read the whole evaluation in order
-        query = query.where(table.c[part_column] == part).order_by(table.c[order] + 0)
-    if table in (answer, response) and part is None:  # of a server, some rows at a time
-        query = query.execution_options(stream_results=True, max_row_buffer=_ROWS)
-    rows = connection.execute(query)
+    values = {"owners": list(owners), **({} if part is None else {"part": part})}
+    rows = connection.execute(_rows_of(table, part is None, connection.dialect.name), values)
     digests: dict[tuple[str, int], Any] = {}
     for key, group in groupby(rows, key=lambda row: (str(row[0]), row[1])):
         digest = digests.setdefault(key, hashlib.sha256())
         while some := [tuple(row)[2:] for row in islice(group, _ROWS)]:
             digest.update(_to_json(some)[1:-1].encode() + b",")
     yield from ((key, digest.hexdigest()) for key, digest in digests.items())
+
+
+@functools.cache
+def _rows_of(table: Table, whole: bool, dialect: str) -> Select[Any]:
+    """The query for the rows of ``owners``, or with ``whole`` False for those of one ``part``. It is built once: of a
+    few rows, building it takes longer than reading them."""
+    owner, part_column, order = SEALED[table]
+    number = table.c[part_column] if part_column else literal(0)
+    mine: Any = table.c[owner] if isinstance(table.c[owner].type, Integer) else without_index(table.c[owner])
+    # as the database has them; SQLite has 0 and 1 for a boolean
+    columns = [cast(c, Integer) if isinstance(c.type, Boolean) and dialect != "sqlite" else
+               type_coerce(c, NullType()) for c in table.c]
+    query = select(mine, number, *columns)
+    if table is answer:  # what is asked belongs to the answer; a missing item changes the digest
+        query = query.add_columns(item.c.hash, item.c.content).join_from(
+            answer, item, item.c.seq == answer.c.item, isouter=True)
+    query = query.where(mine.in_(bindparam("owners", expanding=True)))
+    if whole:
+        query = query.order_by(mine, table.c[order])
+    else:  # + 0: SQLite finds a batch by its index, and does not read the whole evaluation in order
+        query = query.where(table.c[part_column] == bindparam("part")).order_by(table.c[order] + 0)
+    if table in (answer, response) and whole:  # of a server, some rows at a time
+        query = query.execution_options(stream_results=True, max_row_buffer=_ROWS)
+    return query
 
 
 def _chunks(owners: Iterable[Any]) -> Iterator[list[Any]]:

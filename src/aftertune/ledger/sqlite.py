@@ -42,6 +42,8 @@ from aftertune.ledger.schema import HEAD
 #: The first version of SQLite without the WAL-reset bug, except for older patch releases.
 FIXED_SQLITE = (3, 51, 3)
 
+#: Settings with which a commit returns only when its rows are on the disk.
+DURABLE: tuple[str, ...] = ("synchronous=FULL", "fullfsync=ON")
 _LARGE = 4 << 30  # bytes
 #: Seconds of one wait for a lock.
 _WAIT = 0.25
@@ -200,8 +202,7 @@ class SqliteDatabase(Database):
 
         @event.listens_for(engine, "connect")
         def _settings(connection: Any, _record: Any) -> None:
-            for pragma in ("foreign_keys=ON", "synchronous=FULL", "fullfsync=ON",
-                           *(("query_only=ON",) if self.read_only else ())):
+            for pragma in ("foreign_keys=ON", *DURABLE, *(("query_only=ON",) if self.read_only else ())):
                 connection.execute(f"PRAGMA {pragma}")
 
         @event.listens_for(engine, "begin")

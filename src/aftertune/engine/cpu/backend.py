@@ -17,7 +17,7 @@ import torch
 from aftertune.engine.attention import AttentionBackend, Keep, Layout, Prefix, Slots, StepLayout, TorchBackend
 from aftertune.engine.cpu import availability, ops
 from aftertune.engine.cpu.attention import CpuPrefix, CpuRows, CpuSlots, CpuStep, supports
-from aftertune.engine.cpu.linear import PackedLinears, worth_packing
+from aftertune.engine.cpu.linear import PackedLinears, packs_dtype, worth_packing
 from aftertune.engine.cpu.llama import FusedLayers
 from aftertune.engine.dora import constant_gains
 from aftertune.engine.packing import PackedRow
@@ -41,6 +41,9 @@ def make_backend(model: Any, budget: Budget) -> AttentionBackend:
     if budget.weights == "amx" and not availability.amx_available():
         raise _started_with("AMX (the matrix unit of some processors), which is not available here",
                             reason or "this processor has none")
+    if budget.weights == "onednn" and not packs_dtype(model.dtype):
+        raise _started_with(f"packed {str(model.dtype).removeprefix('torch.')} weights",
+                            "this processor, or this version of torch, cannot compute with them")
     return KernelBackend(model, budget) if budget.backend == "cpu" else PackedBackend(model, budget)
 
 

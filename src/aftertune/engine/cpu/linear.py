@@ -11,15 +11,15 @@ copy of the weights. Operators that follow a product (an activation, a sum) can 
 
 Two forms: oneDNN's, by torch's own operators for compiled graphs (``torch.ops.mkldnn``), and on processors with AMX
 tiles of the compiled kernels, as fast for a thousand rows and up to twice as fast for a few. `worth_packing` says no
-where torch lacks the operators or memory is short; then the layers stay as they are.
+where memory is short, and `packs_dtype` where torch or the processor cannot; then the layers stay as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,10 +33,23 @@ ROWS = 64
 Function = Callable[..., torch.Tensor]
 
 
+@functools.cache
+def packs_dtype(dtype: torch.dtype) -> bool:
+    """Whether weights of this dtype can be packed on this machine: torch has the operators, and the processor what
+    oneDNN needs for the dtype (for bfloat16 AVX512 or AVX-NE-CONVERT)."""
+    if dtype not in ops.DTYPES or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(ROWS, ROWS, dtype=dtype), ROWS)
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
 def is_packable(module: Any) -> bool:
     """True for a layer that can be packed: a plain nn.Linear on a CPU, also inside a PEFT layer."""
     return type(module) is torch.nn.Linear and module.weight.device.type == "cpu" \
-        and module.weight.dtype in ops.DTYPES and min(module.weight.shape) >= ROWS \
+        and min(module.weight.shape) >= ROWS and packs_dtype(module.weight.dtype) \
         and (module.bias is None or module.bias.dtype == module.weight.dtype)
 
 
@@ -46,11 +59,10 @@ def packable_layers(model: Any) -> list[Any]:
 
 
 def worth_packing(model: Any, free: int) -> bool:
-    """True where the copies need at most a third of the ``free`` bytes and torch has the operators."""
+    """True where there are layers to pack, and the copies need at most a third of the ``free`` bytes."""
     layers = packable_layers(model)
     size = sum(m.weight.numel() * m.weight.itemsize for m in layers)
-    return bool(layers) and 3 * size <= free and torch.backends.mkldnn.is_available() \
-        and all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+    return bool(layers) and 3 * size <= free
 
 
 class OneDnnWeight:
@@ -108,7 +120,7 @@ class PackedLinears:
         the copies meanwhile; on leaving, they are restored from them."""
         layers = packable_layers(self.model)
         for layer in layers:
-            layer.forward = partial(self._forward, layer)
+            layer.forward = functools.partial(self._forward, layer)
         self.on, self._free_weights = True, free_weights
         try:
             for group in self._products & self._copies.keys() if free_weights else ():
