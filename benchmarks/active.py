@@ -419,6 +419,9 @@ def lines(results: Sequence[Result]) -> Iterator[str]:
                      for t, a in load())
     yield f"Items asked: {kept}. Margin 2 points, except at the margin."
     yield ""
+    yield ("`--until-decided` stops by accuracy. The rows on expected accuracy say how many items a stop by it would "
+           "take.")
+    yield ""
     yield ("| population | items | truth, points | changed | verdict | uniform: median (9 in 10), false "
            "| weighted: median (9 in 10), false | ratio |")
     yield "|---|---|---|---|---|---|---|---|"
