@@ -11,7 +11,7 @@ import aftertune
 from aftertune.errors import InputError
 from aftertune.values import Tuning
 from cure_cases import SETTINGS, cure_place, fine_tune_with_checkpoints
-from deploy_cases import easy_tuning
+from deploy_cases import easy_tuning, set_own_cache
 from tuning_cases import write_rows
 
 
@@ -27,7 +27,7 @@ def tuned(home: Path) -> Tuning:
 
 @pytest.fixture(autouse=True)
 def own_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AFTERTUNE_CACHE", str(home / "cache"))
+    set_own_cache(monkeypatch, home / "cache")
 
 
 def test_files_for_llama_cpp_take_types_in_one_text(home: Path, tuned: Tuning) -> None:

@@ -28,7 +28,7 @@ from aftertune.study.links import Link, parse_links
 from aftertune.tuning import tune
 from aftertune.tuning.output import merge
 from aftertune.values import CollapseSign, Comparison, Tuning
-from deploy_cases import CHATML, chat_model, chat_tokenizer, easy_tuning
+from deploy_cases import CHATML, chat_model, chat_tokenizer, easy_tuning, set_own_cache
 from ledger_cases import evaluation, tuning
 from report_cases import row
 from server_cases import served
@@ -43,7 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AFTERTUNE_CACHE", str(home / "cache"))
+    set_own_cache(monkeypatch, home / "cache")
     monkeypatch.setenv("AFTERTUNE_LEDGER", str(home / "ledger.db"))
 
 

@@ -20,7 +20,7 @@ from aftertune.pipeline import cells_of, plan, running, select_cells
 from aftertune.pipeline.cell_runs import CellRuns
 from aftertune.study import Study
 from aftertune.study.links import WRITTEN_TYPES
-from deploy_cases import chat_model
+from deploy_cases import chat_model, set_own_cache
 from test_cli import call
 from tuning_cases import easy_rows, write_rows
 
@@ -44,7 +44,7 @@ def make_study(folder: Path, patch: pytest.MonkeyPatch) -> Path:
     """A study of one tiny base with a fine-tune that is deployed, in a folder that becomes the working one."""
     patch.chdir(folder)
     patch.setenv("AFTERTUNE_LEDGER", str(folder / "ledger.db"))
-    patch.setenv("AFTERTUNE_CACHE", str(folder / "cache"))
+    set_own_cache(patch, folder / "cache")
     chat_model("llama", folder / "base", max_position_embeddings=512)
     write_rows(folder / "rows.jsonl", easy_rows())
     write_rows(folder / "held.jsonl", [{"prompt": f"Order {n}", "completion": f"{n}"} for n in range(6)])
