@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import math
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from aftertune.cli import app
+from aftertune.cli import app, main
 from aftertune.cli.console import guarded
 from aftertune.cli.options import parse_settings
 from aftertune.errors import InputError
@@ -49,6 +51,15 @@ def test_the_module_is_the_command() -> None:
     run = subprocess.run([sys.executable, "-m", "aftertune", "gate"], capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert "aftertune gate" in run.stderr, "its own name, not __main__.py"
+
+
+def test_a_command_ends_without_searching_the_libraries_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[object] = []
+    monkeypatch.setattr(atexit, "register", registered.append)
+    monkeypatch.setattr(sys, "argv", ["aftertune", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, gc.freeze in registered) == (0, True)
 
 
 @pytest.mark.parametrize("verb", ["demo", "eval", "tune", "compare", "run", "runs", "show", "record", "report",

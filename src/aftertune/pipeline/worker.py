@@ -13,7 +13,9 @@ checkpoints stay.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import json
 import os
 import platform
@@ -188,6 +190,7 @@ def main() -> int:
     os.dup2(2, 1)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it
+    atexit.register(gc.freeze)  # as a command does: it ends two seconds sooner
     received: queue.Queue[str | None] = queue.Queue()
     try:
         try:
