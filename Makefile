@@ -28,10 +28,12 @@ lint: $(READY)
 quick: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not slow and not soak'
 
-# Two processes of one thread on two cores. The order is tests/conftest.py's.
-test: lint
+# Two processes of one thread on two cores; the order is tests/conftest.py's. mypy, on one core, runs beside them.
+test: $(READY)
+	$(BIN)/ruff check .
+	@$(BIN)/mypy & types=$$!; \
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not soak' -n 2 --dist loadfile --no-loadscope-reorder \
-		--durations=10
+		--durations=10; tests=$$?; wait $$types || { echo 'mypy found errors, see above'; exit 1; }; exit $$tests
 
 # axe-core, with which a test looks at the accessibility of the view's pages (needs npm; MPL-2.0, not part of aftertune).
 browser: .browser/package/axe.min.js
