@@ -9,7 +9,7 @@
 The answers are those of SmolLM2-135M-Instruct and of three of its tunings (data/active.yaml) to real benchmarks
 (active_answers.py). They were collected with
 
-    collect --dtype bfloat16 --items 4000 --only careful --to active.npz           about an hour with native bfloat16
+    collect --dtype bfloat16 --items 4000 --only careful --to active.npz
     collect --items 2000 --workers 2 --only replay careless --to active_float32.npz
 
 A population is the differences of one tuning on one benchmark. Where fewer items were asked than

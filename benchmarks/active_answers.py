@@ -69,19 +69,20 @@ class TaskAnswers:
 
 
 def load(files: Sequence[Path] = FILES) -> Iterator[tuple[str, TaskAnswers]]:
-    """The name and the kept answers of each task of each file, task by task."""
+    """The name and the kept answers of each task of each file, task by task; of a tuning that several files have, those
+    of the first one."""
     found: dict[str, list[TaskAnswers]] = {}
-    for file in files:
+    for file in (f for f in files if f.exists()):
         with np.load(file, allow_pickle=False) as stored:
             for task in map(str, stored["tasks"]):
+                known = {m for part in found.get(task, ()) for m in part.loglikelihoods} - {BASE}
                 answers = {m: stored[f"{task}/{m}"].astype(np.float64) for m in (BASE, *TUNINGS)
-                           if f"{task}/{m}" in stored}
+                           if f"{task}/{m}" in stored and m not in known}
                 found.setdefault(task, []).append(TaskAnswers(
                     answers, np.maximum(stored[f"{task}/lengths"].astype(np.float64), 1),
                     stored[f"{task}/gold"].astype(np.int64)))
     for task, parts in found.items():
-        for part in parts:
-            yield task, part
+        yield from ((task, part) for part in parts if part.loglikelihoods.keys() - {BASE})
 
 
 def collect(work: Path, file: Path, *, items: int | None = None, workers: int = 1, only: Sequence[str] = (),

@@ -35,6 +35,14 @@ def test_the_kept_answers_are_a_small_file_of_plain_arrays() -> None:
         assert BASE in answers.loglikelihoods
 
 
+def test_a_tuning_that_several_files_have_is_that_of_the_first_one(tmp_path: Path) -> None:
+    first, second = (dict(load((file,))) for file in FILES)
+    both = [(task, set(answers.loglikelihoods) - {BASE}) for task, answers in load((*FILES, *reversed(FILES)))]
+    assert both == [(task, set(part[task].loglikelihoods) - {BASE}) for task in ("arc_easy", "hellaswag")
+                    for part in (first, second)]
+    assert list(load((tmp_path / "missing.npz",))) == []
+
+
 def test_many_runs_at_once_end_as_the_truth_says(gentle: active.Population) -> None:
     play = active.Replay(gentle, 20, seed=5).play()
     assert set(play.said) == {gentle.truth}
