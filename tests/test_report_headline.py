@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import demo_cases
 import report_cases as cases
 from aftertune.comparison import compare
+from aftertune.demo import folder
 from aftertune.ledger import Ledger
 from aftertune.report import (
     Results,
@@ -28,6 +30,7 @@ from aftertune.report import (
 )
 from aftertune.report.page.overview import overview
 from aftertune.report.results import newest
+from aftertune.study import Study
 from aftertune.values import Changes, CollapseSign, Comparison, Contrast, HeldOut, Verdict
 from demo_cases import FILE, demo_evaluations
 
@@ -292,6 +295,22 @@ def test_the_careful_model_of_the_demo_is_fit_to_ship_on_what_was_asked(demo):
         "and ARC Easy (margin 5 points).",
         "MMLU High School Computer Science and GSM8K (chain of thought) cannot show a loss, because smollm2 scores "
         "like a guess there (both models always take one choice on MMLU High School Computer Science).")
+
+
+def test_the_careful_model_is_also_fit_where_the_base_computes_in_float32(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets the fifth item of GSM8K right there, by chance; the demo does not ask that one."""
+    limit = next(t.limit for t in Study.load(folder() / "study.yaml").tasks if t.name == "gsm8k_cot")
+    stored = json.loads(FILE.read_text())
+    gsm = next(s for s in stored if s["settings"]["task"] == "gsm8k_cot")
+    gsm["items"][4][3][0][0] = 1.0
+    gsm["items"] = gsm["items"][:limit]
+    gsm["settings"]["n"] = len(gsm["items"])
+    (tmp_path / "answers.json").write_text(json.dumps(stored))
+    monkeypatch.setattr(demo_cases, "FILE", tmp_path / "answers.json")
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        base, careful, _ = demo_evaluations(ledger)
+        assert headline(compare(base, careful, margins=0.05, ledger=ledger)).state == "fit"
 
 
 def test_the_careless_model_of_the_demo_is_called_broken_in_the_first_line(demo):
