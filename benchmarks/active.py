@@ -462,7 +462,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--items", type=int, help="collect: so many random items of HellaSwag instead of all")
     parser.add_argument("--workers", type=int, default=1, help="collect: processes that share the machine's cores")
     parser.add_argument("--only", nargs="+", choices=TUNINGS, default=(), help="collect: these tunings")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="collect: of the models")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="collect: in place of the study's")
     parser.add_argument("--to", choices=[file.name for file in FILES], default=FILES[0].name,
                         help="collect: the file in data/")
     given = parser.parse_args(argv)

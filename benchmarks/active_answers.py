@@ -86,17 +86,17 @@ def load(files: Sequence[Path] = FILES) -> Iterator[tuple[str, TaskAnswers]]:
 
 
 def collect(work: Path, file: Path, *, items: int | None = None, workers: int = 1, only: Sequence[str] = (),
-            dtype: str = "float32") -> None:
+            dtype: str = "") -> None:
     """Run the study with its ledger in ``work``, and keep the answers.
 
     items: so many random items of HellaSwag instead of all; workers: processes that share the machine's cores; only:
-    these tunings; dtype: of the models.
+    these tunings; dtype: of the models, in place of the study's.
     """
     from aftertune.ledger import Ledger
     from aftertune.pipeline import CellChoice, WorkerChoice, run
     from aftertune.study import Study
 
-    sets = [f"dtype={dtype}", *([] if items is None else [f"tasks.hellaswag.sample={items}"])]
+    sets = [*([f"dtype={dtype}"] if dtype else []), *([f"tasks.hellaswag.sample={items}"] if items else [])]
     with Ledger(work / "ledger.db") as ledger:
         run(Study.load(STUDY, sets), ledger=ledger, out=work / "out", choice=CellChoice(only=tuple(only)),
             progress=_print_progress(), workers=WorkerChoice(count=workers) if workers > 1 else None)
